@@ -14,7 +14,7 @@ use microagent_store::StateDir;
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::jail::{Account, FileAccess, Reopened};
-use crate::machine::Files;
+use crate::machine::{BootFiles, Files};
 use crate::mapped::write_mapped;
 use crate::overlay::{check_base, check_layer, check_overlay, largest_bytes};
 use crate::spec::{Claim, DiskSpec, LayerFile, MachineSpec};
@@ -163,15 +163,17 @@ impl MachineFiles {
         self.extra.iter().map(AsFd::as_fd).collect()
     }
 
-    /// All files, for the command line. `layers` and `extra` are the results of [`MachineFiles::layers`] and
-    /// [`MachineFiles::extra`].
+    /// The files of a machine that boots, or never does, for the command line. `layers` and `extra` are the results of
+    /// [`MachineFiles::layers`] and [`MachineFiles::extra`].
     pub(crate) fn names<'a>(
         &'a self,
+        boots: bool,
         layers: &'a [BorrowedFd<'a>],
         extra: &'a [BorrowedFd<'a>],
     ) -> Files<'a> {
+        let boot = BootFiles { kernel: self.kernel.fd(), initramfs: self.initramfs.fd() };
         let root = self.root.as_ref().map(|(overlay, base)| (overlay.as_fd(), base.as_fd()));
-        Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, layers, extra }
+        Files { boot: boots.then_some(boot), root, layers, extra }
     }
 
     /// Size of the largest file among the disks, in bytes, when their guest has filled them.
@@ -181,7 +183,7 @@ impl MachineFiles {
         root.chain(extra).try_fold(0, |most, size| Ok(most.max(size?)))
     }
 
-    /// The files that QEMU opens again.
+    /// The files that QEMU opens again, of a machine that boots.
     pub(crate) fn reopened(&self) -> Vec<Reopened<'_>> {
         [&self.kernel, &self.initramfs].into_iter().filter_map(Handed::reopened).collect()
     }

@@ -119,10 +119,8 @@ pub struct Sockets<'a> {
 /// The machine's open files, which QEMU inherits.
 #[derive(Debug, Clone, Copy)]
 pub struct Files<'a> {
-    /// Guest kernel, which QEMU opens again.
-    pub kernel: BorrowedFd<'a>,
-    /// Initramfs, which QEMU opens again.
-    pub initramfs: BorrowedFd<'a>,
+    /// What the machine boots; `None` for one that is restored and never boots.
+    pub boot: Option<BootFiles<'a>>,
     /// Overlay and base disk of the root disk; `None` for a machine without one.
     pub root: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
     /// Layers between them, the lowest one first.
@@ -131,14 +129,21 @@ pub struct Files<'a> {
     pub extra: &'a [BorrowedFd<'a>],
 }
 
+/// The files that a machine boots, which QEMU opens again.
+#[derive(Debug, Clone, Copy)]
+pub struct BootFiles<'a> {
+    /// Guest kernel.
+    pub kernel: BorrowedFd<'a>,
+    /// Initramfs.
+    pub initramfs: BorrowedFd<'a>,
+}
+
 impl<'a> Files<'a> {
     /// All of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = BorrowedFd<'a>> {
+        let boot = self.boot.into_iter().flat_map(|boot| [boot.kernel, boot.initramfs]);
         let root = self.root.into_iter().flat_map(|(overlay, base)| [overlay, base]);
-        [self.kernel, self.initramfs]
-            .into_iter()
-            .chain(root)
-            .chain(self.layers.iter().chain(self.extra).copied())
+        boot.chain(root).chain(self.layers.iter().chain(self.extra).copied())
     }
 }
 
@@ -193,6 +198,11 @@ impl<'a> Start<'a> {
             | Start::RestoreToFreeze { state, .. } => Some(*state),
         }
     }
+
+    /// Whether the guest comes from a template, with its kernel.
+    pub(crate) fn is_from_template(&self) -> bool {
+        matches!(self, Start::Restore { .. } | Start::RestoreToFreeze { .. })
+    }
 }
 
 /// Returns QEMU's command line. All starts of one shape have the same devices in the same order, because a frozen
@@ -220,9 +230,6 @@ pub fn command_line(
         .flag("-no-reboot")
         .flag("-no-shutdown")
         .switch("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-        .switch("-kernel", own_descriptor(files.kernel))
-        .switch("-initrd", own_descriptor(files.initramfs))
-        .switch("-append", kernel_command_line(spec))
         .chardev_fd("console", sockets.console)
         .switch("-serial", "chardev:console")
         .chardev_fd("monitor", sockets.monitor)
@@ -233,6 +240,11 @@ pub fn command_line(
         .device(&json!({ "driver": "virtio-rng-device" }))
         .device(&json!({ "driver": "virtio-scsi-device", "id": "scsi0" }))
         .device(&balloon(start, features));
+    if let Some(boot) = files.boot {
+        line.switch("-kernel", own_descriptor(boot.kernel))
+            .switch("-initrd", own_descriptor(boot.initramfs))
+            .switch("-append", kernel_command_line(spec));
+    }
     add_files(&mut line, files);
     add_disk(&mut line, spec, start);
     if let Some(network) = sockets.network {

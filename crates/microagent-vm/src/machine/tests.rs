@@ -33,7 +33,8 @@ fn words_of(spec: &MachineSpec, start: Start<'_>, fd: BorrowedFd<'_>, with_netwo
     let extra = vec![fd; spec.extra_disks.len()];
     let root = spec.disk.as_ref().map(|_| (fd, fd));
     let layers = vec![fd; spec.disk.as_ref().map_or(0, |disk| disk.layers.len())];
-    let files = Files { kernel: fd, initramfs: fd, root, layers: &layers, extra: &extra };
+    let boot = Some(BootFiles { kernel: fd, initramfs: fd });
+    let files = Files { boot, root, layers: &layers, extra: &extra };
     let line = command_line(spec, start, sockets, files, Features::default());
     line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
 }
@@ -149,7 +150,7 @@ fn the_memory_of_a_template_is_opened_for_reading_where_qemu_can() {
     let null = std::fs::File::open("/dev/null").unwrap();
     let fd = null.as_fd();
     let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
-    let files = Files { kernel: fd, initramfs: fd, root: Some((fd, fd)), layers: &[], extra: &[] };
+    let files = Files { boot: None, root: Some((fd, fd)), layers: &[], extra: &[] };
     let features = Features { read_only_memory: true, file_migration: true };
     let words = |start| {
         let line = command_line(&spec(), start, sockets, files, features);
@@ -159,6 +160,8 @@ fn the_memory_of_a_template_is_opened_for_reading_where_qemu_can() {
     let memory = json_of(&restored, "memory-backend-file");
     assert_eq!((&memory["readonly"], &memory["rom"]), (&json!(true), &json!("off")));
     assert!(restored.iter().any(|word| word.ends_with(",set=2")), "{restored:?}");
+    let loads = |word: &String| ["-kernel", "-initrd", "-append"].contains(&word.as_str());
+    assert!(!restored.iter().any(loads), "{restored:?}");
     // What is to be frozen again is written to.
     for start in [Start::BootToFreeze { memory: fd }, Start::RestoreToFreeze { memory: fd, state: fd }] {
         assert_eq!(json_of(&words(start), "memory-backend-file")["readonly"], Value::Null);

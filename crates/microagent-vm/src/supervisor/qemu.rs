@@ -149,13 +149,15 @@ impl Maker<'_> {
         let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
         inherit.extend(sockets.network);
         let (layers, extra) = (self.files.layers(), self.files.extra());
-        let names = self.files.names(&layers, &extra);
+        // The kernel of a template is loaded again only for a guest that may restart.
+        let boots = !start.is_from_template() || self.spec.work.is_detached();
+        let names = self.files.names(boots, &layers, &extra);
         inherit.extend(names.all());
         inherit.extend(start.state());
         inherit.extend(start.memory());
         let machine = &self.spec.machine;
         let line = command_line(machine, start, sockets, names, self.features);
-        let mut reopened = self.files.reopened();
+        let mut reopened = if boots { self.files.reopened() } else { Vec::new() };
         reopened.extend(memory.and_then(Handed::reopened));
         let jailed = Jailed {
             qemu: &machine.qemu,
