@@ -100,6 +100,8 @@ impl CommandLine {
 pub struct Microvm {
     /// Id of the memory backend object.
     pub memory_backend: String,
+    /// The accelerator, which decides where interrupt controllers are emulated.
+    pub accel: Accel,
 }
 
 /// `-accel`.
@@ -127,6 +129,12 @@ impl Microvm {
         // is calibrated against it. The RTC stays, because a guest's first clock comes from it. A core dump of QEMU
         // does not have the guest's memory in it.
         let mut value = "microvm,acpi=off,rtc=on,isa-serial=on,dump-guest-core=off".to_owned();
+        if self.accel == Accel::Kvm {
+            // The interrupt controllers of the host's kernel: half of a boot's exits to QEMU would be for those of QEMU.
+            // QEMU's own old controller would get each interrupt, too, and stop the processor for it. A guest under KVM
+            // has its clock from KVM, and uses no PIT.
+            value.push_str(",kernel-irqchip=on,pic=off,pit=off");
+        }
         value.push_str(",memory-backend=");
         value.push_str(&self.memory_backend);
         value
@@ -227,8 +235,15 @@ mod tests {
 
     #[test]
     fn machine_names_its_memory_backend() {
-        let machine = Microvm { memory_backend: "mem".into() };
+        let machine = Microvm { memory_backend: "mem".into(), accel: Accel::Tcg };
         assert!(machine.value().starts_with("microvm,acpi=off,"));
         assert!(machine.value().ends_with(",memory-backend=mem"));
+    }
+
+    #[test]
+    fn only_under_kvm_a_machine_has_other_interrupt_controllers() {
+        let value = |accel| Microvm { memory_backend: "mem".into(), accel }.value();
+        assert!(value(Accel::Kvm).contains(",kernel-irqchip=on,pic=off,pit=off,"));
+        assert!(!value(Accel::Tcg).contains("irqchip") && !value(Accel::Tcg).contains("pit="));
     }
 }

@@ -21,7 +21,7 @@ use crate::spec::{DiskLimits, MachineSpec};
 
 /// Version of the set of devices below and of the processor; a template can be restored only with the layout of its
 /// freeze.
-pub const DEVICE_LAYOUT: u32 = 8;
+pub const DEVICE_LAYOUT: u32 = 9;
 
 /// Size of the buffer for translated code, in MiB. QEMU's default is up to 1 GiB in addition to the guest's memory,
 /// and a guest that keeps generating code fills it.
@@ -217,7 +217,7 @@ pub fn command_line(
     let mut line = CommandLine::new();
     let accel = if spec.kvm { Accel::Kvm } else { Accel::Tcg };
     add_memory(&mut line, spec, start, features);
-    line.machine(&Microvm { memory_backend: MEMORY.to_owned() })
+    line.machine(&Microvm { memory_backend: MEMORY.to_owned(), accel })
         .accel(accel, TRANSLATION_BUFFER_MIB)
         .switch("-cpu", if spec.kvm { HARDWARE_CPU } else { EMULATED_CPU })
         .switch("-m", spec.memory_mib.to_string())
