@@ -11,6 +11,7 @@ mod docs;
 mod fixtures;
 mod fuzz;
 mod hosts;
+mod kernel_arm64;
 mod kvm_trial;
 mod process;
 mod programs;
@@ -48,6 +49,8 @@ enum Verb {
     Hosts(hosts::Hosts),
     /// Run end-to-end tests under KVM in an outer machine with emulated virtualisation
     KvmTrial(kvm_trial::KvmTrial),
+    /// Build the guest kernel for 64-bit ARM, and boot it under emulation
+    KernelArm64,
     /// Run real programs in guests, and print the time and memory of each
     Programs(programs::Programs),
     /// Check the rules about the whole repository: layers, sizes, Markdown, words
@@ -69,6 +72,7 @@ fn main() -> Result<()> {
         Verb::Deb(arguments) => arguments.run(),
         Verb::Hosts(arguments) => arguments.run(),
         Verb::KvmTrial(arguments) => arguments.run(),
+        Verb::KernelArm64 => kernel_arm64::run_trial(),
         Verb::Programs(arguments) => arguments.run(),
         Verb::Tidy(arguments) => tidy::check(&arguments),
         Verb::Fuzz(arguments) => arguments.run(),
