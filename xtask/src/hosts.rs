@@ -2,21 +2,23 @@
 //!
 //! A release is a root file system in `target/hosts/SUITE`, made once by `mmdebstrap`. Nothing is built in it: the
 //! test programs and the command of this build run there, in namespaces of their own, through `pivot_root`, because
-//! a process under `chroot` cannot make user namespaces. Each test is a process of its own with a deadline.
+//! a process under `chroot` cannot make user namespaces, or in containers. Each test is a process of its own with a
+//! deadline.
 
 mod root;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::fixtures::{Fixtures, target_directory};
 use crate::process::{build_programs_and_tests, capture, cargo, root};
 pub(crate) use root::packages as test_packages;
-use root::{Outcome, Root};
+use root::{Outcome, Place, Root};
 
 /// How long one test may take; the same as in `.config/nextest.toml`.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
@@ -50,6 +52,34 @@ pub(crate) struct Hosts {
     /// Run as this user only
     #[arg(long = "as", value_name = "USER")]
     user: Option<Who>,
+    /// Run in containers of podman without privileges
+    #[arg(long)]
+    container: bool,
+}
+
+/// A host of the matrix: a release with its QEMU, and who runs the tests in it.
+struct Host {
+    suite: Suite,
+    qemu: String,
+    user: Who,
+    container: bool,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = if self.user == Who::Root { "root" } else { "ordinary user" };
+        let place = if self.container { ", container" } else { "" };
+        write!(f, "{}, {user}{place}", self.suite.name())
+    }
+}
+
+/// What the tests of one host gave.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    skipped: usize,
+    failed: Vec<String>,
+    time: Duration,
 }
 
 /// A Debian release, and the QEMU that it brings.
@@ -96,7 +126,8 @@ pub(crate) fn short_part(suite: Suite) -> Result<()> {
         eprintln!("SKIPPED: no root of {}: {error:#}", suite.name());
         return Ok(());
     }
-    Hosts { suites: vec![suite], short: true, tests: Vec::new(), user: Some(Who::User) }.run()
+    let user = Some(Who::User);
+    Hosts { suites: vec![suite], short: true, tests: Vec::new(), user, container: false }.run()
 }
 
 impl Hosts {
@@ -107,31 +138,25 @@ impl Hosts {
         let programs = test_programs()?;
         let suites = if self.suites.is_empty() { Suite::ALL.to_vec() } else { self.suites.clone() };
         let users = self.user.map_or_else(|| vec![Who::Root, Who::User], |user| vec![user]);
-        let mut failed = Vec::new();
+        let mut rows = Vec::new();
         for suite in suites {
             let root = Root::prepare(suite)?;
-            eprintln!("==> {}: {}", suite.name(), root.qemu_version()?);
+            let qemu = root.qemu_version()?;
+            eprintln!("==> {}: {qemu}", suite.name());
             for &user in &users {
-                failed.extend(self.run_in(&root, suite, user, &programs)?);
+                let host = Host { suite, qemu: qemu.clone(), user, container: self.container };
+                let tally = self.run_on(&host, &root, &programs)?;
+                rows.push((host, tally));
             }
         }
-        if !failed.is_empty() {
-            bail!("{} tests failed:\n  {}", failed.len(), failed.join("\n  "));
-        }
-        Ok(())
+        report(&rows)
     }
 
-    /// Runs the chosen tests in one root as one user; gives the names of those that failed.
-    fn run_in(
-        &self,
-        root: &Root,
-        suite: Suite,
-        user: Who,
-        programs: &BTreeMap<String, PathBuf>,
-    ) -> Result<Vec<String>> {
-        let label = format!("{}, {}", suite.name(), if user == Who::Root { "root" } else { "ordinary user" });
-        let (mut passed, mut skipped, mut failed) = (0, 0, Vec::new());
+    /// Runs the chosen tests on one host.
+    fn run_on(&self, host: &Host, root: &Root, programs: &BTreeMap<String, PathBuf>) -> Result<Tally> {
+        let mut tally = Tally::default();
         let mut missing: Vec<&str> = if self.short { SHORT.to_vec() } else { Vec::new() };
+        let place = if host.container { Place::Container } else { Place::Namespaces };
         for (program, path) in programs {
             let ignored = tests_of(path, &["--ignored"])?;
             let tests = tests_of(path, &[])?;
@@ -142,29 +167,52 @@ impl Hosts {
                     continue;
                 }
                 let begun = Instant::now();
-                let (outcome, output) = root.test(path, &test, user, TEST_DEADLINE)?;
-                let seconds = begun.elapsed().as_secs_f64();
+                let (outcome, output) = root.test(path, &test, host.user, place, TEST_DEADLINE)?;
+                let time = begun.elapsed();
+                tally.time += time;
                 match outcome {
-                    Outcome::Passed => passed += 1,
-                    Outcome::Skipped => skipped += 1,
-                    Outcome::Failed => failed.push(format!("{label}: {name}")),
+                    Outcome::Passed => tally.passed += 1,
+                    Outcome::Skipped => tally.skipped += 1,
+                    Outcome::Failed => tally.failed.push(name.clone()),
                 }
-                eprintln!("{outcome:?} {seconds:6.1} s  {name}");
+                eprintln!("{outcome:?} {:6.1} s  {host}: {name}", time.as_secs_f64());
                 if outcome != Outcome::Passed {
                     eprintln!("{}", output.trim_end());
                 }
             }
         }
         ensure!(missing.is_empty(), "the short part names tests that do not exist: {}", missing.join(", "));
-        eprintln!("    {label}: {passed} passed, {} failed, {skipped} skipped", failed.len());
-        ensure!(passed + failed.len() + skipped > 0, "no test has such a name");
-        Ok(failed)
+        ensure!(tally.passed + tally.failed.len() + tally.skipped > 0, "no test has such a name");
+        Ok(tally)
     }
 
     fn wants(&self, name: &str) -> bool {
         let short = !self.short || SHORT.contains(&name);
         short && (self.tests.is_empty() || self.tests.iter().any(|text| name.contains(text)))
     }
+}
+
+/// Prints a line for each host, and what failed where.
+///
+/// # Errors
+/// Fails if a test failed.
+fn report(rows: &[(Host, Tally)]) -> Result<()> {
+    eprintln!("{:32} {:>7} {:>7} {:>7} {:>8}  QEMU", "host", "passed", "failed", "skipped", "time");
+    for (host, tally) in rows {
+        let (failed, seconds) = (tally.failed.len(), tally.time.as_secs());
+        let qemu = host.qemu.trim_start_matches("QEMU emulator version ");
+        eprintln!(
+            "{:32} {:7} {failed:7} {:7} {seconds:6} s  {qemu}",
+            host.to_string(),
+            tally.passed,
+            tally.skipped
+        );
+    }
+    let failed =
+        rows.iter().flat_map(|(host, tally)| tally.failed.iter().map(move |name| format!("{host}: {name}")));
+    let failed: Vec<_> = failed.collect();
+    ensure!(failed.is_empty(), "{} tests failed:\n  {}", failed.len(), failed.join("\n  "));
+    Ok(())
 }
 
 /// The end-to-end test programs of this build, by name.

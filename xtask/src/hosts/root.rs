@@ -48,6 +48,16 @@ pub(super) enum Outcome {
     Failed,
 }
 
+/// How a root is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// With all of root's capabilities, in namespaces of mounts and processes.
+    Namespaces,
+    /// As podman runs containers unless it is told otherwise: few capabilities, a filter of system calls, a small
+    /// `/dev/shm`, `/sys` and control groups that are read-only. The network is the host's.
+    Container,
+}
+
 /// A root file system that tests run in.
 pub(super) struct Root {
     path: PathBuf,
@@ -83,9 +93,13 @@ impl Root {
         program: &Path,
         name: &str,
         user: Who,
+        place: Place,
         deadline: Duration,
     ) -> Result<(Outcome, String)> {
-        let mut command = self.enter(user);
+        let mut command = match place {
+            Place::Namespaces => self.enter(user),
+            Place::Container => self.contain(user, deadline),
+        };
         command.arg(program).args([name, "--exact", "--nocapture", "--test-threads", "1"]);
         let log = tempfile::tempfile().context("cannot make a file for the output")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?).process_group(0);
@@ -117,6 +131,30 @@ impl Root {
         if user == Who::User {
             command.args(["setpriv", "--reuid", ORDINARY_ID, "--regid", ORDINARY_ID, "--clear-groups", "--"]);
         }
+        command
+    }
+
+    /// The beginning of a command line that runs in a container of this root. podman ends it at the deadline, too,
+    /// because it is no child of podman's.
+    fn contain(&self, user: Who, deadline: Duration) -> Command {
+        let storage = self.path.with_extension("podman");
+        // crun refuses the hybrid hierarchy of cgroup v1; runc takes both.
+        let is_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let mut command = program("podman");
+        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
+        command.args(["--runtime", if is_v2 { "crun" } else { "runc" }]);
+        command.arg("--root").arg(&storage).arg("--runroot").arg(storage.join("run"));
+        command.args(["run", "--rm", "--network", "host", "--timeout", &deadline.as_secs().to_string()]);
+        for shared in &self.shared {
+            let path = shared.display();
+            command.args(["--volume", &format!("{path}:{path}")]);
+        }
+        command.args(["--env", "HOME=/root", "--env", "RUST_BACKTRACE=0"]);
+        command.args(["--env", &format!("CARGO_TARGET_DIR={}", self.shared[1].display())]);
+        if user == Who::User {
+            command.args(["--user", &format!("{ORDINARY_ID}:{ORDINARY_ID}")]);
+        }
+        command.arg("--rootfs").arg(&self.path);
         command
     }
 }
