@@ -256,7 +256,7 @@ fn step(state: &mut Current, event: &Event) -> Step {
             let ports: Vec<_> = ports.iter().map(|port| published(&port.into())).collect();
             Step::Note(format!("published {}", ports.join(", ")))
         }
-        Event::Notice(text) => Step::Note(hints::notice(text)),
+        Event::Notice(text) => Step::Note(hints::notice(&text.clone().into())),
         _ => Step::Nothing,
     }
 }
