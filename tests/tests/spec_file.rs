@@ -287,5 +287,5 @@ fn a_file_that_names_a_snapshot_makes_a_workspace_of_it_and_changes_that() {
     assert_eq!(exec("live", "cat /root/file /dev/shm/note; hostname"), "prepared\nnote\nlive\n");
     home.microagent(["restart", "live"]).success();
     assert_eq!(size(&home.microagent(["status", "live", "--json"]).success().json()), 600);
-    home.microagent(["run", "--file", SPEC]).run().code(2).says("no image is named").says("`fromSnapshot`");
+    home.microagent(["run", "--file", SPEC]).run().code(2).says("no image was given");
 }
